@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from featx.errors import SourceError
+from featx.errors import SourceError, first_line
 from featx.images.sources.address import SourceOptions, split_address, with_options
 from featx.images.sources.entries import extension_of
 from featx.images.sources.labels import (
@@ -114,7 +114,7 @@ def open_source(uri: str, *, output: Path | None = None, labelled: bool = True) 
         path = Path(name).expanduser()
         return _open_path(name, path, output, options, labelled=labelled)
     except (OSError, RuntimeError) as err:  # RuntimeError: no such home folder; nested too deeply
-        raise SourceError(f"Cannot open '{uri}': {str(err).rstrip('.')}.") from err
+        raise SourceError(f"Cannot open '{uri}': {first_line(err).rstrip('.')}.") from err
 
 
 def _path_of(address: str) -> str:

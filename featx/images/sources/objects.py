@@ -28,24 +28,30 @@ from featx.packages import install_command, needed
 
 T = TypeVar("T")
 
+_S3 = ("s3", "s3a")
 _PAGE_KEYS = 1000
 
 
 class ObjectStore:
-    """A store that fsspec opens; paths have no scheme, and mean what they are, no patterns."""
+    """A store that fsspec opens; paths have no scheme, and mean what they are, no patterns.
+
+    They begin with a bucket, or with a host, which paths of fsspec do not have.
+    """
 
     def __init__(self, address: str) -> None:
         self.address, (self.scheme, _, path) = address, address.partition("://")
         self.bucket = path.partition("/")[0]
         self._may_have_role = _is_anonymous(self.scheme)
-        self._fs = _opened(self.scheme, anonymous=self._may_have_role)
+        self._fs = _opened(address, anonymous=self._may_have_role)
+        top = str(self._fs._strip_protocol(f"{self.scheme}://{self.bucket}/"))
+        self._top = "" if "host" in _parts(type(self._fs), address) else top.strip("/")
         self._switching = threading.Lock()
         self._alone = contextlib.nullcontext() if self._fs.async_impl else threading.Lock()
 
     def listed(self, prefix: str) -> Iterator[tuple[str, Entry]]:
         """Yield the objects below a prefix, which ends in ``/``."""
         try:
-            pages = self._s3_pages if self.scheme in ("s3", "s3a") else self._one_page
+            pages = self._s3_pages if self.scheme in _S3 else self._found
             for path, info in pages(prefix):
                 if path.startswith(prefix) and not path.endswith("/"):
                     yield path, _entry_of(info)
@@ -59,24 +65,57 @@ class ObjectStore:
 
         Where that is refused, the role that a machine may have is looked for, once.
         """
+
+        def done(fs: Any) -> T:
+            with self._alone:  # FTP, for one, has a connection for all threads
+                return work(fs)
+
         fs = self._fs
         try:
-            return retried(lambda: work(fs), _may_pass)
+            return retried(lambda: done(fs), _may_pass)
         except PermissionError:
             with self._switching:
                 if self._may_have_role:
-                    self._may_have_role, other = False, _opened(self.scheme, anonymous=False)
+                    self._may_have_role, other = False, _opened(self.address, anonymous=False)
                     if _finds_credentials(lambda: work(other)):
                         self._fs = other
                 if self._fs is fs:
                     raise
-        return retried(lambda: work(self._fs), _may_pass)
+        return retried(lambda: done(self._fs), _may_pass)
 
-    def _one_page(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        found = self._asked(lambda fs: fs.find(prefix, detail=True))
-        for name, info in found.items():
-            if info["type"] == "file":
-                yield name.lstrip("/"), info
+    def _inside(self, path: str) -> str:
+        """Return a path as fsspec has it."""
+        return self._top + path.removeprefix(self.bucket)
+
+    def _found(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, info in self._walked(self._inside(prefix).rstrip("/")):
+            below = name.lstrip("/").removeprefix(self._top)
+            yield f"{self.bucket}{below}" if self._top else f"{self.bucket}/{below}", info
+
+    def _walked(self, top: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the files below a folder, by one request where the store has such.
+
+        The ``find`` of most leaves out folders that cannot be listed, without a word.
+        """
+        if not _finds_by_walking(self._fs):
+            found = self._asked(lambda fs: fs.find(top, detail=True))
+            yield from ((name, info) for name, info in found.items() if info["type"] == "file")
+            return
+        waiting = [top]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                entries = self._asked(lambda fs: fs.ls(folder, detail=True))  # noqa: B023
+            except (FileNotFoundError, NotADirectoryError):
+                if folder == top:
+                    return
+                raise
+            for info in entries:
+                name = str(info["name"]).rstrip("/")
+                if info["type"] == "directory" and name.lstrip("/") != folder.lstrip("/"):
+                    waiting.append(name)
+                elif info["type"] != "directory":  # also links, which may lead to images
+                    yield name, info
 
     def _s3_pages(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield objects page by page, of which each is tried again by itself."""
@@ -100,7 +139,7 @@ class ObjectStore:
             asked["ContinuationToken"] = found["NextContinuationToken"]
 
     def look_up(self, address: str) -> Entry | None:
-        path = address.partition("://")[2]
+        path = self._inside(address.partition("://")[2])
         try:
             return _entry_of(self._asked(lambda fs: fs.info(path)))
         except Exception:
@@ -120,14 +159,13 @@ class ObjectStore:
             raise Refused(f"it cannot be read ({first_line(err)}).") from None
 
     def _content(self, fs: Any, path: str, entry: Entry | None, part: Part | None) -> bytes:
-        if self.scheme in ("s3", "s3a"):
+        if self.scheme in _S3:
             from fsspec.asyn import sync
 
             content, tag = sync(fs.loop, _s3_content, fs, path, part)
         else:
-            with self._alone:  # FTP, for one, has a connection for all threads
-                ends = {"start": part[0], "end": sum(part)} if part else {}
-                content, tag = fs.cat_file(path, **ends), ""
+            ends = {"start": part[0], "end": sum(part)} if part else {}
+            content, tag = fs.cat_file(self._inside(path), **ends), ""
         if entry and tag and tag != entry.tag:
             raise Gone("it was replaced since it was listed.")
         size = part[1] if part else entry.size if entry else len(content)
@@ -169,20 +207,27 @@ async def _s3_content(fs: Any, path: str, part: Part | None) -> tuple[bytes, str
         return await body.read(), answer["ETag"]
 
 
-def _opened(scheme: str, *, anonymous: bool) -> Any:
+def _opened(address: str, *, anonymous: bool) -> Any:
+    scheme = _scheme(address)
     try:
         import fsspec
     except ImportError as err:
         why = needed(err, "fsspec", install_command("cloud"))
         raise SourceError(f"{scheme}:// needs {why}") from err
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme in ("s3", "s3a"):
+    if scheme in _S3:
         limits = {"connect_timeout": 5, "read_timeout": TIMEOUT_S, "retries": {"max_attempts": 1}}
         options |= {"config_kwargs": limits} | ({"anon": True} if anonymous else {})
     elif scheme in ("gs", "gcs") and anonymous:
         options["token"] = "anon"
     try:
-        return fsspec.filesystem(scheme, **options)
+        kind = fsspec.get_filesystem_class(scheme)
+        return kind(**options, **_parts(kind, address))
+    except TypeError as err:
+        raise SourceError(
+            f"'{scheme}://' needs more than an address says ({first_line(err)}). Set it in "
+            "fsspec's configuration."
+        ) from err
     except ImportError as err:
         known = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
         # fsspec raises an error of its own, from the one of the import
@@ -193,6 +238,24 @@ def _opened(scheme: str, *, anonymous: bool) -> Any:
         raise SourceError(f"{scheme}:// needs {needed(cause, package, command)}") from err
     except ValueError as err:
         raise SourceError(f"'{scheme}://' is not a store that fsspec knows.") from err
+
+
+def _finds_by_walking(store: Any) -> bool:
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    find = type(store)._find if store.async_impl else type(store).find
+    return find in (AbstractFileSystem.find, AsyncFileSystem._find)
+
+
+def _scheme(address: str) -> str:
+    return address.partition("://")[0]
+
+
+def _parts(kind: Any, address: str) -> dict[str, Any]:
+    """Return the host, and the like, that an address has beside the path."""
+    found = kind._get_kwargs_from_urls(address) if _scheme(address) not in _S3 else {}
+    return {name: value for name, value in found.items() if name not in ("path", "fo")}
 
 
 def _is_anonymous(scheme: str) -> bool:

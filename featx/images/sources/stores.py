@@ -128,7 +128,8 @@ def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> Im
             expected.
     """
     shown = without_secrets(uri)
-    if "@" in urlsplit(uri).netloc:
+    user, at, _ = urlsplit(uri).netloc.rpartition("@")
+    if at and (":" in user or _kind(uri) == "http"):
         raise SourceError(f"'{shown}': leave out user and password, which would be recorded.")
     if not urlsplit(uri).netloc and uri.startswith(_NAMED):
         raise SourceError(f"'{uri}' names no bucket or host, as s3://bucket/photos/ does.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import pickle
+import sys
 import threading
 import time
 import tracemalloc
@@ -352,8 +353,8 @@ def refusing(bucket, monkeypatch):
     def prepare(allowed, role_error=None):
         made, asked = [], itertools.count()
 
-        def limited(scheme, *, anonymous):
-            store = opened(scheme, anonymous=False)
+        def limited(address, *, anonymous):
+            store = opened(address, anonymous=False)
             call = store._call_s3
 
             async def answer(method, *args, **more):
@@ -496,10 +497,10 @@ def test_an_unchanged_image_is_looked_up_and_not_read_again(site):
 
 
 def test_a_missing_package_is_a_sentence(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(SourceError, match="pip install gcsfs"):
         open_source("gs://bucket/c/")
-    monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(SourceError, match=r"featx\[cloud\]"):
         open_source("s3://bucket/c/")
 
@@ -520,6 +521,72 @@ def test_a_store_with_one_connection_is_read_by_one_thread_at_a_time(monkeypatch
 
     monkeypatch.setattr(source.remote._fs, "cat_file", only_one)
     assert list(contents(source).values()) == [png(i) for i in sorted(range(20), key=str)]
+
+
+@pytest.fixture
+def hosted():
+    """A kind of store whose paths have no host, as of FTP; ``failing`` is what it cannot list."""
+    import fsspec
+
+    class Hosted(fsspec.get_filesystem_class("memory")):
+        protocol, store, pseudo_dirs, failing = "hosted", {}, [""], {}
+        find = fsspec.AbstractFileSystem.find
+
+        def __init__(self, host, port=None, **options):
+            super().__init__(**options)
+            assert (host, port) == ("there", 2121)
+
+        def ls(self, path, *args, **more):
+            if self.failing.get(path, 0):
+                self.failing[path] -= 1
+                raise OSError("connection lost")
+            return super().ls(path, *args, **more)
+
+        @staticmethod
+        def _get_kwargs_from_urls(address):
+            host, _, port = address.partition("://")[2].partition("/")[0].partition(":")
+            return {"host": host, "port": int(port)}
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            path = path.partition("://")[2].partition("/")[2] if "://" in path else path
+            return f"/{path.strip('/')}".rstrip("/")
+
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    store = Hosted("there", 2121)
+    store.pipe({f"/set/{label}/{i}.png": png(i) for i in range(4) for label in "ab"})
+    store.pipe({"/set/t.csv": b"path,label\na/1.png,x\nhosted://there:2121/set/b/2.png,y\n"})
+    return Hosted
+
+
+def test_a_store_of_a_host_is_read_by_its_address(hosted):
+    source = open_source("hosted://there:2121/set")
+    assert contents(source) == {f"{label}/{i}.png": png(i) for label in "ab" for i in range(4)}
+    part = pickle.loads(pickle.dumps(select(source, [5])))
+    assert part.read(0) == png(1)
+    table = contents(open_source("hosted://there:2121/set/t.csv"))
+    assert list(table.values()) == [png(1), png(2)]
+    with pytest.raises(SourceError, match=r"nothing below 'hosted://there:2121/st/'.*set"):
+        open_source("hosted://there:2121/st")
+
+
+def test_a_folder_of_a_store_that_cannot_be_listed_is_not_left_out(hosted):
+    hosted.failing["/set/b"] = 2
+    assert len(open_source("hosted://there:2121/set").samples) == 8
+    hosted.failing["/set/b"] = 99
+    with pytest.raises(
+        SourceError, match="Cannot list 'hosted://there:2121/set/': connection lost"
+    ):
+        open_source("hosted://there:2121/set")
+
+
+def test_a_user_in_an_address_is_no_password(monkeypatch):
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(SourceError, match="pip install adlfs"):
+        open_source("abfs://photos@account.dfs.core.windows.net/birds/")
+    for address in ("sftp://me:s3cret@host/x/", "https://me@host/x.csv"):
+        with pytest.raises(SourceError, match="leave out user and password"):
+            open_source(address)
 
 
 def test_what_a_listing_takes_of_memory_for_each_key_is_bounded(monkeypatch):
