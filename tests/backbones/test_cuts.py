@@ -22,7 +22,7 @@ from featx.errors import BackboneError
 
 FAMILIES = (
     *("tiny", "resnet18", "squeezenet1_1", "efficientnet_b0", "convnext_tiny", "densenet121"),
-    *("mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11_bn", "googlenet", "vit_b_16", "swin_t"),
+    *("mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11_bn", "googlenet", "vit_b_32", "swin_t"),
 )
 
 
@@ -48,7 +48,7 @@ def last_linear(model: nn.Module, num_features: int) -> nn.Linear | None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stem_and_tail_give_what_the_network_gives(name):
-    size = {"tiny": 32, "vit_b_16": 224}.get(name, 64)
+    size = {"tiny": 32, "vit_b_32": 224}.get(name, 64)
     model = randomised(name)
     layer = penultimate_layer(model)
     network = create_feature_extractor_quietly(model, {layer: "features"})

@@ -73,14 +73,15 @@ def test_every_licence_of_the_table_is_free_or_said():
             assert is_free == (licence_warning(row.name, licence) is None)
 
 
-def test_a_licence_is_in_all_files_and_the_card_and_is_said_twice(tmp_path, monkeypatch):
+def test_a_licence_is_in_all_files_and_the_card_and_is_said_twice(photos, tmp_path, monkeypatch):
     restricted = "cc-by-nc-4.0, https://example.org/terms"
     monkeypatch.setattr(resume, "licence_of", lambda *_: restricted)
     files = {name: tmp_path / name for name in ("f.h5", "h.safetensors", "m.onnx", "card.md")}
     features, head, model, card = files.values()
-    made = featx_cli("extract", "digits:", "-b", "tiny", "-o", features)
+    source = photos()
+    made = featx_cli("extract", source, "-b", "tiny", "-o", features)
     assert "no commercial use" in " ".join(made.stderr.split())
-    assert "no commercial use" not in featx_cli("extract", "digits:", "-o", features).stderr
+    assert "no commercial use" not in featx_cli("extract", source, "-o", features).stderr
     assert featx_cli("train-head", features, "-o", head).exit_code == 0
     exported = featx_cli("export", head, "--onnx", model, "--card", card)
     assert "no commercial use" in " ".join(exported.stderr.split())
@@ -91,13 +92,14 @@ def test_a_licence_is_in_all_files_and_the_card_and_is_said_twice(tmp_path, monk
     assert "no commercial use" in card.read_text("utf-8")
 
 
-def test_files_without_a_licence_stay_readable_and_silent(tmp_path, monkeypatch, caplog):
+def test_files_without_a_licence_stay_readable_and_silent(photos, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(resume, "licence_of", lambda *_: None)
     features, head, model = (tmp_path / name for name in ("f.h5", "h.safetensors", "m.onnx"))
-    assert featx_cli("extract", "digits:", "-b", "tiny", "-o", features).exit_code == 0
+    source = photos()
+    assert featx_cli("extract", source, "-b", "tiny", "-o", features).exit_code == 0
     monkeypatch.undo()
     assert "licence" not in open_features(features).header.details
-    assert "up to date" in featx_cli("extract", "digits:", "-o", features).stdout
+    assert "up to date" in featx_cli("extract", source, "-o", features).stdout
     assert featx_cli("train-head", features, "-o", head).exit_code == 0
     with caplog.at_level(logging.WARNING):
         assert featx_cli("export", head, "--onnx", model).exit_code == 0
