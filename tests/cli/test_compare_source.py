@@ -11,22 +11,38 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import featx_cli
+from PIL import Image
 from scipy.stats import binomtest
 
 from featx.features.file import open_features
 from featx.heads.head import open_head
+from featx.images.sources import open_source
 
 pytest.importorskip("timm")
 
-BACKBONES = ("digits:", "-w", "none", "--image-size", 32, "--image-size", 48)
-TWO = (*BACKBONES[:-2], "-b", "tiny", "-b", "timm/test_resnet")
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a third of scikit-learn's digits."""
+    folder, source = tmp_path_factory.mktemp("digits"), open_source("digits:")
+    for index, sample in list(enumerate(source.samples))[::3]:
+        path = folder / source.classes[sample.label] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(source.read(index)).save(path)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a comparison of two networks with random weights."""
+def two(digits: Path) -> tuple[object, ...]:
+    """The arguments that compare two networks with random weights."""
+    return (digits, "-w", "none", "--image-size", 32, "-b", "tiny", "-b", "timm/test_resnet")
+
+
+@pytest.fixture(scope="module")
+def out(two: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a comparison."""
     folder = tmp_path_factory.mktemp("compare")
-    done(*TWO, "-o", folder, "--no-onnx")
+    done(*two, "-o", folder, "--no-onnx")
     return folder
 
 
@@ -44,8 +60,8 @@ def right(out: Path, name: str) -> np.ndarray:
     return logits.argmax(axis=1) == cache.labels[rows]
 
 
-def test_the_best_backbone_comes_first_and_the_others_are_paired_with_it(out):
-    result = done(*TWO, "-o", out, "--no-onnx", "--json")
+def test_the_best_backbone_comes_first_and_the_others_are_paired_with_it(two, out):
+    result = done(*two, "-o", out, "--no-onnx", "--json")
     first, second = json.loads(result.stdout)["heads"]
     names = [Path(head["path"]).stem.removeprefix("head-") for head in (first, second)]
     assert set(names) == {"tiny-32px", "timm_test_resnet.r160_in1k-32px"}
@@ -60,9 +76,9 @@ def test_the_best_backbone_comes_first_and_the_others_are_paired_with_it(out):
     assert paired["difference"] == pytest.approx(other.mean() - best.mean())
 
 
-def test_the_table_names_what_differs_the_test_and_the_next_command(out):
-    text = done(*TWO, "-o", out, "--no-onnx").stdout
-    first, second = json.loads(done(*TWO, "-o", out, "--no-onnx", "--json").stdout)["heads"]
+def test_the_table_names_what_differs_the_test_and_the_next_command(two, out):
+    text = done(*two, "-o", out, "--no-onnx").stdout
+    first, second = json.loads(done(*two, "-o", out, "--no-onnx", "--json").stdout)["heads"]
     titles = next(line.split() for line in text.splitlines() if line.startswith("   head"))
     assert titles == ["head", "backbone", "trained"]  # and not pixels, cut, or the layer of each
     is_alike = second["comparison"]["p_value"] >= 0.05
@@ -73,8 +89,8 @@ def test_the_table_names_what_differs_the_test_and_the_next_command(out):
     assert Path(shlex.split(last)[3]).resolve() == Path(first["path"]).resolve()
 
 
-def test_sizes_and_layers_are_named_where_they_differ(tmp_path):
-    source = ("digits:", "-b", "tiny", "-o", tmp_path, "--no-onnx")
+def test_sizes_and_layers_are_named_where_they_differ(digits, tmp_path):
+    source = (digits, "-b", "tiny", "-o", tmp_path, "--no-onnx")
     text = done(*source, "--image-size", 8, "--image-size", 32).stdout
     titles, _, first, second = (line.split() for line in text.splitlines()[:4])
     assert titles == ["head", "pixels", "trained"]
@@ -85,10 +101,10 @@ def test_sizes_and_layers_are_named_where_they_differ(tmp_path):
     assert len(list(tmp_path.glob("features-tiny*.h5"))) == 4
 
 
-def test_a_folder_that_was_copied_makes_nothing_again(out, tmp_path):
+def test_a_folder_that_was_copied_makes_nothing_again(two, out, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    text = done(*TWO, "-o", copy, "--no-onnx").stdout
+    text = done(*two, "-o", copy, "--no-onnx").stdout
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
     assert text
