@@ -107,7 +107,7 @@ def in_this_process(model: Path, **settings: Any) -> Iterator[tuple[Client, Work
 class Command(Client):
     """``featx serve`` as a process of its own."""
 
-    def __init__(self, model: Path, *flags: str, port: int = 0) -> None:
+    def __init__(self, model: str | Path, *flags: str, port: int = 0) -> None:
         command = [sys.executable, "-m", "featx", "serve", str(model), "--port", str(port), *flags]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
@@ -157,7 +157,7 @@ def children(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def command(model: Path, *flags: str, port: int = 0) -> Iterator[Command]:
+def command(model: str | Path, *flags: str, port: int = 0) -> Iterator[Command]:
     """Yield the command, and end it."""
     server = Command(model, *flags, port=port)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,23 @@ def test_every_command_takes_a_model_of_the_hub(online, model, image):
             assert result.exit_code == 0, result.output
     fetched = {path.rpartition("/")[2] for path in online.asked if "/resolve/" in path}
     assert fetched == {"model.onnx"}
+
+
+def test_a_model_of_the_hub_is_served_and_read_again(online, image, tmp_path, monkeypatch):
+    serving = pytest.importorskip("serving", exc_type=ImportError)  # where uvicorn is installed
+    monkeypatch.setenv("HF_ENDPOINT", online.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with serving.command("hf:me/bees@main") as server:
+        assert server.get("/v2/models/bees").status == 200
+        expected = Predictor("hf:me/bees").predict([image])[0].label
+        assert server.predict(image.read_bytes()).json["top"][0]["label"] == expected
+        online.asked.clear()
+        server.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 20
+        while not server.metrics()["featx_reloads_total"]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert online.asked
 
 
 def test_a_page_of_a_model_of_the_hub_lies_in_the_current_folder(online, tmp_path, monkeypatch):
