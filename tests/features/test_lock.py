@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -227,3 +228,37 @@ def test_a_lock_that_fails_otherwise_is_an_artifact_error(tmp_path, monkeypatch)
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(ArtifactError), locked(tmp_path / "f.h5"):
         pytest.fail("locked")
+
+
+NO_LOCKS = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int descriptor, int operation) { errno = atoi(getenv("FAIL_FLOCK")); return -1; }
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [errno.ENOLCK, 524])
+def test_where_all_locks_fail_files_are_written_and_read(photos, tmp_path, error):
+    """Also those that HDF5 takes by itself."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler, and Linux")
+    library = tmp_path / "nolocks.so"
+    build = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library]
+    subprocess.run(build, input=NO_LOCKS.encode(), check=True)
+    environment = os.environ | {"LD_PRELOAD": str(library), "FAIL_FLOCK": str(error)}
+
+    def featx(*arguments: object) -> str:
+        command = [sys.executable, "-m", "featx", *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        return done.stdout.decode() + done.stderr.decode()
+
+    source, parts, one = photos(), tmp_path / "f.parts", tmp_path / "f.h5"
+    for output, more in ((one, ()), (parts, ("--parts", "2"))):
+        featx("extract", source, "-b", "tiny", "-o", output, *more)
+        assert "fresh" in featx("check", output)
+    featx("merge", parts, "-o", tmp_path / "merged.h5")
+    assert (tmp_path / "merged.h5").read_bytes() == one.read_bytes()
+    assert "locks fail" in featx("doctor", tmp_path)
+    assert not list(tmp_path.rglob("*.lock"))
