@@ -35,6 +35,7 @@ from featx.features.file import open_features
 from featx.features.parts import PartsPlan
 from featx.features.publish import publish_features
 from featx.features.records import RowBlock
+from featx.features.settle import complete_index
 from featx.images.sources import Sample
 from featx.stages.train import train_head
 
@@ -188,6 +189,7 @@ def main(
     if ray:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             make(Path(scratch) / "big.parts", rows, features, parts)
+            complete_index(Path(scratch) / "big.parts")
             text = on_ray(Path(scratch) / "big.parts", rows, features, parts)
         print(text)
         if write:

@@ -33,7 +33,7 @@ def test_every_session_has_the_threads_of_the_cpus_that_are_allowed(
     extracting = len(threads)
     train_head(tmp_path / "f.h5", tmp_path / "h.safetensors", progress=False)
     export_onnx(tmp_path / "h.safetensors", tmp_path / "m.onnx")
-    featx.Predictor(tmp_path / "m.onnx").predict(next(source.rglob("*.jpg")))
+    featx.Predictor(tmp_path / "m.onnx").predict([next(source.rglob("*.jpg"))])
     assert 0 < extracting < len(threads)
     assert set(threads) <= {1, cores}
     assert "affinity" not in capfd.readouterr().err
