@@ -84,8 +84,8 @@ def asking(
             raise error(_refusal(hub, err, status, address, remedy)) from err
         if header := _missing_header(err):
             raise Unreachable(
-                f"its answer has no header {header}, as that of a proxy or mirror (HF_ENDPOINT) "
-                "that is no hub"
+                f"the answer has no header {header}, as of a proxy or a mirror (HF_ENDPOINT) that "
+                "is not a hub"
             ) from err
         if _is_local(err):
             reason = getattr(err, "strerror", None) or first_line(err)

@@ -137,6 +137,18 @@ def test_refusals_are_different_sentences(hub, status, headers, message):
         open_source("hf:me/bees@v9")
 
 
+def test_a_hub_that_is_down_is_read_from_the_cache(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.add("main", COMMIT, {"data/train-00000-of-00001.parquet": parquet(tmp_path, "bee")})
+    samples = open_source("hf:me/bees").samples
+    hub.refused |= {"me/bees": (503, {}), "me/wasps": (503, {})}
+    assert open_source("hf:me/bees").samples == samples
+    with pytest.raises(
+        SourceError, match=r"answers with an error \(503\), and it is not in the cache"
+    ):
+        open_source("hf:me/wasps")
+
+
 @pytest.mark.parametrize("uri", ["hf:", "hf:../x", "hf:a/b/c", "hf:me/bees@", "hf:me/bees:"])
 def test_what_is_no_name_is_refused(hub, uri):
     with pytest.raises(SourceError):
