@@ -34,10 +34,8 @@ import featx
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.network import build_network
 from featx.backbones.weights import open_weights
-from featx.classifier.staleness import open_features_of
 from featx.features.publish import publish_features
 from featx.features.records import RowBlock, RowLayout
-from featx.heads.tasks import TASKS
 from featx.images.sources import Sample
 from featx.training.finetune.outcome import Events
 
@@ -214,13 +212,14 @@ def every_way(data: Path, resume: Path | None, only: str) -> None:
     write_measured(GUIDE, f"{text}\n{machine('torch')}\n", name="table")
 
 
-NUM_SEEDS, NUM_DRAWS = 5, 2000
+NUM_SEEDS = 5
+PAIRED = ("points", "p", "log loss", "less the probe's", "p", "ECE", "less the probe's", "p")
 
 
 @main.command()
 @DATA
 def calibration(data: Path) -> None:
-    """Compare probe and tuned head of a few images: log loss and calibration error, paired."""
+    """Compare probe and tuned head of a few images, paired: top-1, log loss, calibration error."""
     way = next(way for way in ways(data) if way.name == "from features.11")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -230,77 +229,25 @@ def calibration(data: Path) -> None:
         for seed in range(NUM_SEEDS):
             head = Path(folder) / f"{seed}.safetensors"
             tuned = featx.finetune(features, head, featx.FinetuneOptions(seed=seed))
-            found = tuned.calibration
-            row = {
-                "seed": seed,
-                "best": tuned.choice["best_epoch"],
-                "temperature": found.temperature if found else 1.0,
-                **paired_scores(features, probe, head, way.split),
-            }
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-    write_measured(
-        GUIDE,
-        table(
-            (
-                "seed",
-                "kept",
-                "temperature",
-                "log loss",
-                "less the probe's",
-                "ECE",
-                "less the probe's",
-            ),
-            [
-                [
-                    str(row["seed"]),
-                    f"epoch {row['best']}" if row["best"] else "probe",
-                    f"{row['temperature']:.2f}",
-                    *(
-                        text
-                        for name in ("log_loss", "ece")
-                        for text in (
-                            f"{row[name][0]:.3f}",
-                            "{:+.3f} ({:+.3f} to {:+.3f})".format(*row[name][1:]),
-                        )
-                    ),
-                ]
-                for row in rows
-            ],
-        ),
-        name="calibration",
-    )
+            best, found = tuned.choice["best_epoch"], tuned.calibration
+            kept = f"epoch {best}" if best else "probe"
+            row = [str(seed), kept, f"{found.temperature if found else 1:.2f}"]
+            rows.append(row + against_the_probe(probe, head, way.split))
+            print(json.dumps(rows[-1]), flush=True)
+    columns = ("seed", "kept", "temperature", *PAIRED)
+    write_measured(GUIDE, table(columns, rows), name="calibration")
 
 
-def paired_scores(features: Path, probe: Path, tuned: Path, split: str) -> dict[str, list[float]]:
-    """Return of log loss and calibration error: the tuned head's, the difference, its interval.
-
-    The interval is that of 95 % of bootstrap samples of the images, the same for both heads.
-    """
-    outputs = []
-    for path in (probe, tuned):
-        head = featx.open_head(path)
-        cache, _ = open_features_of(head, features, allow_stale=False)
-        rows = cache.rows(split)
-        with cache.reading() as rows_at:
-            outputs.append(head.logits(rows_at(rows)))
-    labels, random = cache.labels[rows], np.random.default_rng(0)
-
-    def scores(images: np.ndarray) -> np.ndarray:
-        own = [TASKS["single-label"].measure(each[images], labels[images]) for each in outputs]
-        return np.array([[each.log_loss, each.ece] for each in own])
-
-    whole = scores(np.arange(len(rows)))
-    draws = [
-        np.diff(scores(random.integers(0, len(rows), len(rows))), axis=0)[0]
-        for _ in range(NUM_DRAWS)
-    ]
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    difference = whole[1] - whole[0]
-    return {
-        name: [float(part[k]) for part in (whole[1], difference, low, high)]
-        for k, name in enumerate(("log_loss", "ece"))
-    }
+def against_the_probe(probe: Path, tuned: Path, split: str) -> list[str]:
+    """Return the cells of ``PAIRED``: scores, how far they are from the probe's, and p values."""
+    _, own = featx.compare_heads([probe, tuned], split=split, progress=False).heads
+    assert own.comparison is not None
+    assert own.difference is not None
+    cells = [f"{100 * own.difference:+.1f}", f"{own.comparison.p_value:.2g}"]
+    for name, apart in own.differences.items():
+        score = getattr(own.metrics, name)
+        cells += [f"{score:.3f}", f"{apart.value:+.3f}", f"{apart.p_value:.2g}"]
+    return cells
 
 
 @main.command()
