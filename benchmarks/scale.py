@@ -307,9 +307,7 @@ def listed_bytes(count: int = 100_000) -> float:
 
 def arithmetic(core: float, alone: Committed) -> str:
     """Return what many images take, from the rates."""
-    rows, per_content = [], 1e6 * (alone.late_mb - alone.early_mb) / (0.8 * alone.num_rows)
-    listed = listed_bytes()
-    row_bytes = alone.disk_bytes / alone.num_rows
+    rows, row_bytes = [], alone.disk_bytes / alone.num_rows
     limit = alone.num_rows / alone.seconds
     for count, cores in ((1e8, 256), (1e8, 1024), (1e9, 1024), (1e9, 8192)):
         rate = min(cores * core, limit)
@@ -322,59 +320,55 @@ def arithmetic(core: float, alone: Committed) -> str:
                 f"{hours:,.0f} h",
                 f"{rate * PHOTO_BYTES / 1e9:,.1f} GB/s",
                 f"{count * row_bytes / 1e12:,.1f} TB",
-                f"{count * (per_content + listed) / 1e9:,.0f} GB",
                 f"${cores * hours * DOLLARS / count * 1e6:,.2f}",
             ]
         )
-    columns = ["images", "cores", "images", "time", "photos read", "journal", "memory", "a million"]
+    columns = ["images", "cores", "images", "time", "photos read", "journal", "a million"]
     return (
         f"A core does {core:.0f} images a second of ResNet-18 at 224 pixels, photos of 500 × 375 "
-        f"included; a row of {FEATURES:,} features takes {row_bytes:,.0f} bytes in the journal, "
-        f"and each content {per_content:,.0f} bytes of memory where rows are committed, beside "
-        f"{listed:,.0f} for its place in the list of images and the plan. With photos of "
-        f"{PHOTO_BYTES // 1000} kB and a core for ${DOLLARS} an "
+        f"included; a row of {FEATURES:,} features takes {row_bytes:,.0f} bytes in the journal. "
+        f"With photos of {PHOTO_BYTES // 1000} kB and a core for ${DOLLARS} an "
         f"hour:\n\n{table(columns, rows)}"
     )
 
 
-@click.command()
-@click.option("--rows", default=2_000_000, show_default=True, help="Rows that are committed.")
-@click.option("--workers", default=1000, show_default=True, help="Workers that are simulated.")
-@click.option("--photos", default=400, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--write/--no-write", default=True, help="Put the tables into docs/scale.md.")
-def main(rows: int, workers: int, photos: int, rounds: int, write: bool) -> None:
-    """Measure, and print the tables."""
-    short: Any = tempfile.TemporaryDirectory(prefix="fx", dir="/tmp", ignore_cleanup_errors=True)
-    with tempfile.TemporaryDirectory() as name, short as for_ray:
-        os.environ["RAY_TMPDIR"] = for_ray  # names of sockets in it may have 107 characters
-        folder = Path(name)
-        alone = commit(FakePool(64), rows, folder)
-        simulated = FakePool(workers, rate=RATE, failing=FAILING, num_features=FEW_FEATURES)
-        many = commit(simulated, ITEMS * 64 * workers, folder)
-        plain, own, store_mb = on_one_node(photos, rounds, folder)
-    cores = len(os.sched_getaffinity(0))
-    load = many.cpu_seconds / many.simulated
-    whole, starting = workers * many.simulated, simulated.num_ended * START
+def committing(rows: int, workers: int, folder: Path) -> str:
+    """Return what committing takes whatever else the machine does: memory, and a simulation."""
+    lean = commit(FakePool(64, num_features=FEW_FEATURES), rows, folder)
+    per_content, listed = 1e6 * (lean.late_mb - lean.early_mb) / (0.8 * rows), listed_bytes()
+    pool = FakePool(workers, rate=RATE, failing=FAILING, num_features=FEW_FEATURES)
+    many = commit(pool, ITEMS * 64 * workers, folder)
+    whole, starting = workers * many.simulated, pool.num_ended * START
+    waiting = whole - pool.kept - starting - pool.lost
     rows_of = [
-        ["rows committed alone, 2,048 features", f"{alone.num_rows / alone.seconds:,.0f}/s"],
+        [f"memory after a tenth of {rows:,} rows", f"{lean.early_mb:,.0f} MB"],
+        ["after nine tenths", f"{lean.late_mb:,.0f} MB"],
+        ["a content, where duplicates are found", f"{per_content:,.0f} bytes"],
+        ["an image, in the list of images and the plan", f"{listed:,.0f} bytes"],
+        ["100 million images, in all", f"{(per_content + listed) / 10:,.0f} GB"],
         [
-            "memory after a tenth of them, nine tenths, and all",
-            f"{alone.early_mb:,.0f}, {alone.late_mb:,.0f}, {alone.mb:,.0f} MB",
-        ],
-        [
-            f"{workers:,} simulated workers, {RATE:.0f} images/s each, {FAILING:.0%} of items end "
+            f"{workers:,} simulated workers, {RATE:.0f} images/s each; {FAILING:.0%} of items end "
             "theirs",
-            f"{many.num_rows:,} rows, each once, in order; {simulated.num_ended:,} workers ended",
+            f"{many.num_rows:,} rows, each once, in order; {pool.num_ended:,} workers ended",
         ],
-        ["their time: computing rows that are committed", f"{simulated.kept / whole:.0%}"],
+        ["their time: computing rows that are committed", f"{pool.kept / whole:.0%}"],
         [f"their time: starting another, {START:.0f} s", f"{starting / whole:.0%}"],
-        ["their time: computing what is lost with them", f"{simulated.lost / whole:.0%}"],
+        ["their time: computing what is lost with them", f"{pool.lost / whole:.0%}"],
+        ["their time: waiting, for the last rows as well", f"{waiting / whole:.0%}"],
+        ["processor time of committing, of a core", f"{many.cpu_seconds / many.simulated:.0%}"],
+    ]
+    return f"Rows of {FEW_FEATURES} features:\n\n" + table(["committing", ""], rows_of)
+
+
+def speeds(rows: int, photos: int, rounds: int, folder: Path) -> str:
+    """Return what a machine does that does nothing else."""
+    alone = commit(FakePool(64), rows, folder)
+    plain, own, store_mb = on_one_node(photos, rounds, folder)
+    rows_of = [
         [
-            "their time: waiting, for the last rows as well",
-            f"{1 - (simulated.kept + starting + simulated.lost) / whole:.0%}",
+            f"rows committed alone, {FEATURES:,} features",
+            f"{alone.num_rows / alone.seconds:,.0f}/s",
         ],
-        ["processor time of committing in that, of a core", f"{load:.0%}"],
         ["ResNet-18, one machine", f"{plain.rate:,.1f} images/s"],
         [
             "ResNet-18, Ray on one node",
@@ -384,10 +378,28 @@ def main(rows: int, workers: int, photos: int, rounds: int, write: bool) -> None
         ["object store, at most", f"{store_mb:,.1f} MB"],
     ]
     text = f"{machine('ray', 'onnxruntime', 'numpy')}; {photos} photos, start-up aside.\n\n"
-    text += table(["measured", ""], rows_of) + "\n" + arithmetic(plain.rate / cores, alone)
-    print(text)
-    if write:
-        write_measured("docs/scale.md", text, name="ray")
+    text += table(["measured", ""], rows_of) + "\n"
+    return text + arithmetic(plain.rate / len(os.sched_getaffinity(0)), alone)
+
+
+@click.command()
+@click.option("--rows", default=2_000_000, show_default=True, help="Rows that are committed.")
+@click.option("--workers", default=1000, show_default=True, help="Workers that are simulated.")
+@click.option("--photos", default=400, show_default=True, help="0 measures no speed.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--write/--no-write", default=True, help="Put the tables into docs/scale.md.")
+def main(rows: int, workers: int, photos: int, rounds: int, write: bool) -> None:
+    """Measure, and print the tables."""
+    short: Any = tempfile.TemporaryDirectory(prefix="fx", dir="/tmp", ignore_cleanup_errors=True)
+    with tempfile.TemporaryDirectory() as name, short as for_ray:
+        os.environ["RAY_TMPDIR"] = for_ray  # names of sockets in it may have 107 characters
+        texts = {"committing": committing(rows, workers, Path(name))}
+        if photos:
+            texts["ray"] = speeds(rows, photos, rounds, Path(name))
+    for block, text in texts.items():
+        print(text)
+        if write:
+            write_measured("docs/scale.md", text, name=block)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_ray import FakeRay
 
-from featx.errors import ArtifactError, ClusterError, ConfigError, SourceError
+from featx.errors import ArtifactError, BackboneError, ClusterError, ConfigError, SourceError
 from featx.extraction import actors, cluster, nodes, pipeline, workers
 from featx.extraction.options import ExtractOptions
 from featx.features import storage
@@ -162,6 +162,32 @@ def test_an_image_that_ends_each_worker_is_named_and_the_rows_before_it_are_kept
     with pytest.raises(SourceError, match=r"5 workers ended while they had the images 'bees/0"):
         extract(mixed, own, ExtractOptions(**ON_RAY))
     assert own.with_name("own.h5.partial").exists()
+
+
+def test_a_worker_without_memory_is_replaced_and_what_is_wrong_elsewhere_is_raised(
+    ray, mixed, tmp_path, monkeypatch
+):
+    extract(mixed, tmp_path / "plain.h5", ExtractOptions(**TINY))
+    compute, calls = workers.Worker.compute, iter(range(1000))
+
+    def failing(self: workers.Worker, *args: Any, **how: Any) -> Any:
+        number = next(calls)
+        if number == 0:
+            raise MemoryError
+        if number >= 6 and not is_mended:
+            raise BackboneError("it broke")
+        return compute(self, *args, **how)
+
+    is_mended = False
+    monkeypatch.setattr(workers.Worker, "compute", failing)
+    fake = ray()
+    with pytest.raises(BackboneError, match="it broke"):
+        extract(mixed, tmp_path / "own.h5", ExtractOptions(**ON_RAY))
+    assert len(fake.handles) == 5
+    assert not any(handle.is_alive for handle in fake.handles)
+    is_mended = True
+    extract(mixed, tmp_path / "own.h5", ExtractOptions(**ON_RAY))
+    assert (tmp_path / "own.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
 
 
 def test_workers_that_never_start_are_given_up(ray, mixed, tmp_path, monkeypatch):
