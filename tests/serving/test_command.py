@@ -21,7 +21,9 @@ from onnx import numpy_helper
 from serving import ADDRESS, Client, Reply, children, command
 
 from featx.backbones.seal import seal
+from featx.cli.serve import _show
 from featx.serving import supervisor
+from featx.serving.model import ServedModel
 from featx.serving.options import ServeOptions
 from featx.stages.predict import Predictor
 
@@ -364,3 +366,11 @@ def test_ctrl_c_ends_it_and_leaves_no_process(model):
         server.end(signal.SIGINT)
         assert server.process.returncode == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in before)
+
+
+def test_why_there_is_no_page_is_told_in_flags(exported_of, tmp_path, capsys):
+    content = exported_of("crop probabilities")
+    about = ServedModel(content, path=tmp_path / "m.onnx", max_pixels=10**6).describe()
+    _show(tmp_path / "m.onnx", "m", "http://127.0.0.1:1", about)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Export it with --input image, the default." in shown
