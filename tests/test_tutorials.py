@@ -70,7 +70,7 @@ def quickly(arguments: list[str]) -> tuple[str, ...]:
     if arguments[0] == "compare":
         return ("--no-onnx",)
     if arguments[0] == "extract" and "--image-size" not in arguments:
-        return ("--image-size", "64")
+        return ("--image-size", "32")
     return ()
 
 
@@ -79,7 +79,7 @@ def test_the_commands_of_a_lesson(home, page):
     ran = commands(page)
     assert ran
     for arguments in ran:
-        smaller = ["64" if word == "96" else word for word in arguments]
+        smaller = ["32" if word == "96" else word for word in arguments]
         result = featx_cli(*smaller, *quickly(arguments))
         assert result.exit_code == 0, (arguments, result.output)
     for code in (code for name, code in blocks(page) if name == "python"):
