@@ -135,11 +135,14 @@ def on_ray(parts: Path, num_rows: int, num_features: int, num_parts: int) -> str
     head, lines, seconds = parts.parent / "head.safetensors", [], list[float]()
     with ray_cluster(cores) as cluster:
         for name, more in (("one process", {}), ("Ray, one node", {"ray": str(cluster.address)})):
-            start = time.perf_counter()
-            options = {"memory": size // 4, "progress": False}
-            report = train_head(parts, head, **options, **more)  # type: ignore[arg-type]
-            seconds.append(time.perf_counter() - start)
-            head.unlink()
+            tries = []
+            for _ in range(2):  # the faster one
+                start = time.perf_counter()
+                options = {"memory": size // 4, "progress": False}
+                report = train_head(parts, head, **options, **more)  # type: ignore[arg-type]
+                tries.append(time.perf_counter() - start)
+                head.unlink()
+            seconds.append(min(tries))
             read = report.choice["in_blocks"]["bytes_read"]
             passes = read / size
             cells = (f"{seconds[-1]:.1f} s", f"{read / 1e9:.1f} GB", f"{passes:.0f}")

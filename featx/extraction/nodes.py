@@ -32,6 +32,8 @@ _CLIENT = "ray://"
 _CLIENT_PORT, _PORT = 10001, 6379
 _PROBE_SECONDS = 60.0
 _GPU = "accelerator_type:"
+_asking = set[str]()
+"""Addresses of clusters that asked for a token; others refuse one that is sent."""
 _ALWAYS = ("featx", "python")
 """Versions that must be alike even in a mixed cluster."""
 
@@ -118,11 +120,13 @@ def _require_answer(address: str, host: str, port: int) -> None:
             raise ClusterError(
                 f"What answers at '{address}' is not a Ray cluster, or is not ready. {advice}"
             ) from err
-        if asks_for_token(grpc, channel, CONNECT_SECONDS) and not sends_token(address):
-            raise ClusterError(
-                f"The Ray cluster at '{address}' asks for its token. Set RAY_AUTH_MODE=token here, "
-                "where ~/.ray/auth_token or RAY_AUTH_TOKEN is that of its head."
-            )
+        if asks_for_token(grpc, channel, CONNECT_SECONDS):
+            if not sends_token(address):
+                raise ClusterError(
+                    f"The Ray cluster at '{address}' asks for its token. Set RAY_AUTH_MODE=token "
+                    "here, where ~/.ray/auth_token or RAY_AUTH_TOKEN is that of its head."
+                )
+            _asking.add(address)
 
 
 @contextlib.contextmanager
@@ -138,7 +142,7 @@ def connected(address: str) -> Iterator[Any]:
         return
     try:
         ray.init(
-            address=address_for_init(address),
+            address=address_for_init(address) if address in _asking else address,
             log_to_driver=False,
             configure_logging=False,
             logging_level=logging.ERROR,

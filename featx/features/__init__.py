@@ -16,7 +16,6 @@
     parts     a feature file in parts: the plan they share, and the index that completes them
     part_columns  columns of several files as one
     settle    what is decided over all parts: splits, groups, duplicates; the index
-    merge     one feature file made of parts
     skipped   an image that was left out
     marks     a table of findings as it was marked, the images that it is of, and manifests of them
     vectors   vectors by the content of their images, for images that a caller has

@@ -131,6 +131,7 @@ def test_nothing_of_the_current_folder_is_sent(cluster, photos, tmp_path, monkey
         sent = found.get_runtime_context().runtime_env
     assert not dict(sent)
     assert "runtime_env" not in calls[0]
+    assert calls[0]["address"] == cluster  # not "auto", which would send a token unasked
     assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
 
 
@@ -392,6 +393,7 @@ def test_a_cluster_that_asks_for_a_token_says_so_at_once(mode, monkeypatch):
             find_address(address)
         monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {address})
         assert find_address("auto") == address
+        assert address in nodes._asking
         assert address_for_init(address) == "auto"  # so that Ray sends it
     finally:
         server.stop(None)

@@ -11,11 +11,11 @@ from feature_files import InThisProcess
 
 import featx.extraction.run
 import featx.features.given
-import featx.features.merge
+import featx.stages.merge
 from featx.extraction import backbone
 from featx.extraction.options import ResolvedOptions
 
-_VERIFYING = (featx.extraction.run, featx.features.given, featx.features.merge)
+_VERIFYING = (featx.extraction.run, featx.features.given, featx.stages.merge)
 _START_VERIFIER, _OPEN_BACKBONE = featx.extraction.run.start_verifier, backbone.open_backbone
 
 
