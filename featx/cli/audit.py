@@ -45,7 +45,7 @@ _TITLES: dict[FindingKind, str] = {
     "blurred": "Blurred",
 }
 _OWN: dict[FindingKind, str] = {
-    "outlier": "{} times as far as usual",
+    "outlier": "{} deviations",
     "constant": "range {}",
     "empty": "plain {}",
     "tiny": "shorter side {}",
@@ -271,7 +271,7 @@ def _line(each: Finding, kind: FindingKind) -> str:
     if kind == "sequence":
         return f"{each.note}; {each.sample_id} to {each.other}"
     if kind in _OWN:
-        score = f"{_OWN[kind].format(f'{each.score:.3g}')} {each.note}".strip()
+        score = _OWN[kind].format(f"{each.score:.3g}")
         return f"{each.sample_id} ({score}, limit {each.limit:.3g})"
     own = {"conflict": each.given, "leak": each.split}.get(kind, "")
     name = f"{each.sample_id}{f' ({own})' if own else ''}"

@@ -62,9 +62,8 @@ KINDS = {
     "copy": Kind("Copies", "The same picture twice, in one split and with one label."),
     "outlier": Kind(
         "Outliers",
-        "Far from all other images: by features, which a network sees, or by what pixels look "
-        "like.",
-        measure="distance (usual: 1)",
+        "Far from all other images: by features, as a network sees them, and by their pixels.",
+        measure="deviations",
     ),
     "constant": Kind("Constant", "Pictures of a single colour.", measure="range"),
     "empty": Kind("Nearly empty", "Pictures with hardly anything on them.", measure="plain share"),

@@ -74,7 +74,7 @@ class Finding(NamedTuple):
     likely: str = ""
     limit: float | None = None  # of the score, where it has one
     group: int = 0  # from 1: images that are copies of one another; 0 where it is in none
-    note: str = ""  # a tag; a sequence; "by pixels"; "chain": not every two of a group are alike
+    note: str = ""  # a tag; a sequence; "flipped"; "chain": not every two of a group are alike
     neighbours: tuple[Evidence, ...] = ()  # of a label: the nearest images whose label is trusted
     content: str = ""  # as ``content_of`` has it; empty where it is not known
     marks: tuple[str, str, str] = ("", "", "")  # different, drop, corrected, of an earlier table

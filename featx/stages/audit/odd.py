@@ -12,7 +12,7 @@ from featx.stages.audit.findings import Finding, FindingKind
 from featx.stages.audit.pictures import Pictures
 
 _FAR = 4.0
-"""Deviations of the logarithm of a distance from its median above which an image is far away."""
+"""Deviations of the logarithms of distances from their medians above which an image is far away."""
 _NORMAL = 1.4826  # of a normal distribution, deviation by median absolute deviation
 _FEWEST = 50
 """Images below which none is called far from the others."""
@@ -28,42 +28,35 @@ def outlier_findings(
 ) -> Iterator[Finding]:
     """Yield images that are unusually far from the others, the most unusual first.
 
-    Far by their features, or by what their pixels look like: a network that was trained on photos
-    may see nothing in a page of text, or noise. The score is the distance to the tenth nearest, by
-    its median over all images; ``note`` says which distance is the more unusual.
+    Far by their features and by what their pixels look like: a network that was trained on photos
+    may see nothing in a page of text, or noise. The score is by how many deviations the distances
+    to the tenth nearest are above the usual ones, both together (root of the sum of squares).
 
     Args:
         cache: The feature file.
         rows: Those with usable features, ``(n,)``.
         pictures: None where they are not there.
     """
-    findings = list(_far_ones(cache, "features", rows, lambda some: _units(cache, rows[some])))
+    above = np.zeros((2, len(cache)))
+    above[0, rows] = _deviations(lambda some: _units(cache, rows[some]), len(rows))
     if pictures is not None:
         read = np.flatnonzero(pictures.read)
         looks = _whitened(looks_of(pictures.small[read], pictures.quality[read]))
-        findings += _far_ones(cache, "pixels", read, lambda some: looks[some])
-    seen = set[str]()
-    for _, each in sorted(findings, key=lambda found: -found[0]):
-        if each.sample_id not in seen:
-            seen.add(each.sample_id)
-            yield each
+        above[1, read] = _deviations(lambda some: looks[some], len(read))
+    scores = np.hypot(*above)
+    found = np.flatnonzero(scores > _FAR)
+    for row in found[np.argsort(-scores[found], kind="stable")].tolist():
+        yield Finding.of(cache, row, "outlier", float(scores[row]), limit=_FAR)
 
 
-def _far_ones(
-    cache: FeatureFile, name: str, rows: np.ndarray, vectors: Callable[[np.ndarray], np.ndarray]
-) -> Iterator[tuple[float, Finding]]:
-    """Yield by how many deviations images are too far away, and the finding."""
-    if len(rows) < _FEWEST:
-        return
-    logs = np.log(np.maximum(_distances(vectors, len(rows)), 1e-6))
+def _deviations(vectors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+    """Return by how many deviations vectors are farther away than usual, at least 0; ``(n,)``."""
+    if count < _FEWEST:
+        return np.zeros(count)
+    logs = np.log(np.maximum(_distances(vectors, count), 1e-6))
     logs -= np.median(logs)
     deviation = _NORMAL * float(np.median(np.abs(logs)))
-    for number in np.flatnonzero((logs > _FAR * deviation) & (deviation > 0)).tolist():
-        limit, score = float(np.exp(_FAR * deviation)), float(np.exp(logs[number]))
-        found = Finding.of(
-            cache, int(rows[number]), "outlier", score, limit=limit, note=f"by {name}"
-        )
-        yield float(logs[number]) / deviation, found
+    return np.maximum(logs / deviation if deviation > 0 else 0 * logs, 0)
 
 
 def _distances(vectors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
@@ -127,10 +120,21 @@ def _shades_and_slopes(small: np.ndarray) -> np.ndarray:
 
 
 def _whitened(looks: np.ndarray) -> np.ndarray:
-    """Return measures in directions that vary about alike, float32."""
-    scaled = (looks - looks.mean(axis=0)) / np.maximum(looks.std(axis=0), 1e-12)
-    variances, directions = np.linalg.eigh(scaled.T @ scaled / len(scaled))
-    return np.asarray(scaled @ directions / np.sqrt(variances + _STEADY), np.float32)
+    """Return measures in directions that vary about alike among ordinary pictures, float32.
+
+    What is ordinary is measured twice, the second time without the tenth that is farthest away:
+    else many odd ones would make themselves usual.
+    """
+    ordinary = np.ones(len(looks), bool)
+    for _ in range(2):
+        some = looks[ordinary]
+        middle, spread = some.mean(axis=0), np.maximum(some.std(axis=0), 1e-12)
+        scaled = (some - middle) / spread
+        variances, directions = np.linalg.eigh(scaled.T @ scaled / len(some))
+        found = (looks - middle) / spread @ directions / np.sqrt(variances + _STEADY)
+        lengths = np.linalg.norm(found, axis=1)
+        ordinary = lengths <= np.quantile(lengths, 0.9)
+    return np.asarray(found, np.float32)
 
 
 def quality_findings(pictures: Pictures) -> Iterator[Finding]:

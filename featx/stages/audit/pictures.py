@@ -179,11 +179,14 @@ def _read(
             yield row, made
 
 
-ALIKE = 0.9
+ALIKE = 0.94
 """Correlation of small pictures from which they are one, where there is no more to see.
 
-Of 116,333 pairs of neighbours among CIFAR-10's training images that have different labels, 6 reach
-0.85, and none 0.88.
+What is missing to 1 is the share of structure that is not common to both. Photos of 64 pixels that
+are saved again at quality 60, resized, mirrored, cropped by 5 %, brightened or captioned keep 0.94
+in more than nine of ten cases; below it come other photos of the same aircraft or car on a plain
+ground. Of 116,333 pairs of neighbours among CIFAR-10's training images that have different labels
+none reaches 0.88.
 """
 ALIKE_IF_DETAILS = 0.75
 DETAILS_ALIKE = 0.65
