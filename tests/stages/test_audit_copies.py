@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 from commands import featx_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.heads.samples.data import no_step
+from featx.images.alike import compare_pictures, small_grey
 from featx.stages.audit import audit, pictures, write_findings, write_groups
 from featx.stages.audit.copies import group_links
 from featx.stages.audit.pictures import Link, Pictures
@@ -216,6 +218,35 @@ def test_a_sequence_in_splits_of_the_source_goes_where_most_of_it_is(tmp_path):
     report = audit(tmp_path / "f.h5", marks=table)
     assert not report.of_kind("sequence")
     assert write_groups(report, tmp_path / "none.csv").num_groups == 0
+
+
+CHANGES = {
+    "saved": lambda image: image,
+    "flipped": ImageOps.mirror,
+    "cropped": lambda image: image.crop((3, 2, image.width - 3, image.height - 2)),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.3),
+    "larger": lambda image: image.resize((image.width * 3 // 2, image.height * 3 // 2)),
+}
+
+
+def saved(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=60)
+    return Image.open(buffer)
+
+
+@pytest.mark.real_data
+def test_by_the_default_small_photos_that_were_changed_a_little_are_one_and_others_are_not(data):
+    photos = []
+    for path in sorted((data / "hymenoptera_data/val").glob("*/*.jpg"))[::4]:
+        with Image.open(path) as image:
+            photos.append(image.convert("RGB").resize((64, 48)))
+    own = np.stack([small_grey(photo) for photo in photos])
+    for change in CHANGES.values():
+        made = np.stack([small_grey(saved(change(photo))) for photo in photos])
+        assert (compare_pictures(own, made).scores >= pictures.ALIKE).mean() >= 0.9
+    first, second = np.triu_indices(len(own), 1)
+    assert compare_pictures(own[first], own[second]).scores.max() < pictures.ALIKE - 0.2
 
 
 links = st.dictionaries(

@@ -91,10 +91,10 @@ def test_odd_pictures_are_told_with_their_measure_and_limit(photos, tmp_path):
     result = featx_cli("audit", photos, "--no-html", "-q", "--csv", tmp_path / "a.csv")
     assert "Far from all other images" in result.output
     assert " deviations, limit 4)" in result.output
-    assert "(shorter side 12, limit 16)" in result.output
+    assert "(shorter side 12, limit 32)" in result.output
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = {row["sample_id"]: row for row in csv.DictReader(file) if row["kind"] == "tiny"}
-    assert (rows["ant/icon.png"]["score"], rows["ant/icon.png"]["limit"]) == ("12.0000", "16")
+    assert (rows["ant/icon.png"]["score"], rows["ant/icon.png"]["limit"]) == ("12.0000", "32")
 
 
 def test_an_odd_picture_that_is_kept_is_not_asked_about_again(photos, tmp_path):

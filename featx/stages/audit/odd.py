@@ -159,8 +159,8 @@ def quality_findings(pictures: Pictures) -> Iterator[Finding]:
 def _smallest(pictures: Pictures) -> float:
     """Return the shorter side in pixels below which an image is tiny.
 
-    That is a quarter of what is usual in the file, and at most half of the backbone's input.
+    That is a quarter of what is usual in the file, and at most half of the backbone's input, or 32.
     """
     sides = pictures.quality[pictures.read, -1]
     size = int(pictures.cache.header.spec["preprocess"]["image_size"])
-    return min(float(np.median(sides)) / 4, size / 2) if len(sides) else 0.0
+    return min(float(np.median(sides)) / 4, max(size / 2, 32.0)) if len(sides) else 0.0
