@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from featx.errors import ArtifactExists, ConfigError
 from featx.features.file import open_features
-from featx.stages.audit import audit, write_findings
+from featx.features.marks import read_marks
+from featx.stages.audit import AuditReport, Finding, audit, write_findings
 from featx.stages.audit.labels import Doubts
 from featx.training.options import TrainOptions
 from featx.training.samples import read_excluded
@@ -393,6 +395,26 @@ def test_findings_of_a_kind_are_about_distinct_images(contents, seed):
         named = [each.sample_id for each in report.of_kind(kind)]
         assert len(named) == len(set(named)) <= count
         assert all(each.sample_id != each.other for each in report.of_kind(kind))
+
+
+nasty = st.text(st.sampled_from("=+-@'\",;\n\r\tx \udcffé"), max_size=6).map(
+    lambda text: f"{text}x"
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(nasty, nasty, nasty)
+def test_any_names_and_labels_read_back_from_the_table_and_none_is_a_formula(name, other, label):
+    found = Finding(name, "copy", "train", label, 0.95, other=other)
+    report = AuditReport(Path("f.h5"), (found,), 0, 0.0, (), (), 1, 0.0)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "audit.csv"
+        write_findings(report, path)
+        (mark,) = read_marks(path)
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    assert (mark.sample_id, mark.other, mark.given) == (name, other, label)
+    for row in csv.reader(io.StringIO(text, newline="")):
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in row)
 
 
 def test_findings_are_a_frame_with_the_columns_of_the_table(planted, tmp_path):

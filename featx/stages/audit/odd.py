@@ -56,7 +56,7 @@ def _deviations(vectors: Callable[[np.ndarray], np.ndarray], count: int) -> np.n
     logs = np.log(np.maximum(_distances(vectors, count), 1e-6))
     logs -= np.median(logs)
     deviation = _NORMAL * float(np.median(np.abs(logs)))
-    return np.maximum(logs / deviation if deviation > 0 else 0 * logs, 0)
+    return np.asarray(np.maximum(logs / deviation, 0) if deviation > 0 else np.zeros(count))
 
 
 def _distances(vectors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
