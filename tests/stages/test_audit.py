@@ -83,6 +83,18 @@ def test_images_of_one_group_do_not_evaluate_each_other(tmp_path):
     assert len(alone.of_kind("label")) < 10  # told by the copy
 
 
+def test_a_group_in_several_splits_is_named(tmp_path):
+    made = far_apart(60)
+    groups = [""] * 60
+    groups[4] = groups[5] = "patient 1"  # in two splits
+    groups[8] = groups[20] = "patient 2"  # in one
+    report = audit(write_cache(tmp_path / "f.h5", **made, groups=tuple(groups)))
+    (note,) = [each for each in report.notes if "splits" in each]
+    assert note.startswith("1 group has images in several splits, that of '0004.jpg' first")
+    whole = audit(write_cache(tmp_path / "g.h5", **made, groups=("patient", *[""] * 59)))
+    assert not any("splits" in each for each in whole.notes)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 5), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_the_confident_counts_are_those_of_their_definition(num_classes, count, seed):

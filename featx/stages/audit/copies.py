@@ -60,7 +60,7 @@ def find_same(
         NUM_NEIGHBOURS,
         progress=lambda share: step(f"Nearest images, {share:.0%}"),
     )
-    notes = [*_left_out(cache, rows), *filter(None, [neighbours.note])]
+    notes = [*_torn(cache), *_left_out(cache, rows), *filter(None, [neighbours.note])]
     pictures, runs, near = None, list[Run](), Links.none()
     try:
         pictures = Pictures.of(cache, source, step)
@@ -93,6 +93,19 @@ def find_same(
         leaked[members] |= cache.splits[members] > cache.splits[members].min()
     sequences = tuple(_sequence(cache, run) for run in runs)
     return Same(findings, sequences, leaked, rows, pictures, tuple(notes))
+
+
+def _torn(cache: FeatureFile) -> Iterator[str]:
+    grouped = np.flatnonzero(cache.groups >= 0)
+    pairs = np.unique(np.stack([cache.groups[grouped], cache.splits[grouped]]), axis=1)
+    numbers, counts = np.unique(pairs[0], return_counts=True)
+    torn = numbers[counts > 1]
+    if len(torn):
+        first = cache.sample_ids[int(np.flatnonzero(cache.groups == torn[0])[0])]
+        yield (
+            f"{counted(len(torn), 'group has', 'groups have')} images in several splits, that of "
+            f"'{first}' first: scores on them are too good."
+        )
 
 
 def _left_out(cache: FeatureFile, rows: np.ndarray) -> Iterator[str]:
