@@ -158,8 +158,7 @@ def _sequence_findings(cache: FeatureFile, runs: list[Run]) -> Iterator[Finding]
         if len(sequence.splits) > 1:
             first, last = int(run.rows[0]), int(run.rows[-1])
             extent = ", ".join(f"{count} {name}" for name, count in sequence.splits.items())
-            yield Finding.of(
-                *(cache, first, "sequence", run.likeness),
+            yield Finding.of(cache, first, "sequence", run.likeness)._replace(
                 other=cache.sample_ids[last],
                 limit=LIKE_THE_LAST,
                 note=f"sequence {run.name}: {len(run.rows)} images, {extent}",
@@ -323,8 +322,7 @@ def _finding(
     notes = ["flipped"] if link and link.flipped else []
     if group.is_chain:
         notes.append(f"chain, weakest link {group.weakest:.2f}")
-    return Finding.of(
-        *(cache, row, kind, link.score if link else group.weakest),
+    return Finding.of(cache, row, kind, link.score if link else group.weakest)._replace(
         other=cache.sample_ids[other],
         group=number,
         note=", ".join(notes),

@@ -85,12 +85,10 @@ class Finding(NamedTuple):
         return key_of(self.sample_id, self.kind, self.other, self.note)
 
     @classmethod
-    def of(
-        cls, cache: FeatureFile, row: int, kind: FindingKind, score: float, **rest: Any
-    ) -> Finding:
+    def of(cls, cache: FeatureFile, row: int, kind: FindingKind, score: float) -> Finding:
         """Return what was found of a row of a feature file, with its name, split and label."""
         split = cache.split_names[cache.splits[row]]
-        return cls(cache.sample_ids[row], kind, split, label_of(cache, row), score, **rest)
+        return cls(cache.sample_ids[row], kind, split, label_of(cache, row), score)
 
 
 class Confusion(NamedTuple):

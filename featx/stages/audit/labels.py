@@ -20,7 +20,7 @@ from featx.heads.samples.data import Step
 from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL
 from featx.heads.tasks.losses import sigmoid, softmax_in_place
 from featx.images.sources.labels import SEPARATOR, parse_numbers, split_tags
-from featx.stages.audit.findings import Confusion, Evidence, Finding
+from featx.stages.audit.findings import Confusion, Evidence, Finding, FindingKind
 from featx.training.options import TaskChoice
 from featx.training.out_of_fold import OutOfFold, out_of_fold
 from featx.training.samples import choose_task
@@ -163,8 +163,7 @@ def _classes(cache: FeatureFile, found: OutOfFold) -> LabelFindings:
     small = dict(_small(cache, found))
     doubt, likely = doubts.doubt, doubts.likely
     findings = (
-        Finding.of(
-            *(cache, int(doubts.rows[number]), "label", float(doubt[number])),
+        Finding.of(cache, int(doubts.rows[number]), "label", float(doubt[number]))._replace(
             likely=cache.classes[likely[number]],
         )
         for number in doubts.contradicted.tolist()
@@ -220,10 +219,9 @@ def _tags(cache: FeatureFile, found: OutOfFold) -> Iterator[Finding]:
     order = np.argsort(-doubt[numbers, tags], kind="stable")
     for number, tag in zip(numbers[order].tolist(), tags[order].tolist(), strict=True):
         row, name = int(found.rows[number]), found.targets.names[tag]
-        is_given = bool(given[number, tag])
         label = {*split_tags(label_of(cache, row))} ^ {name}
-        yield Finding.of(
-            *(cache, row, "surplus" if is_given else "missing", float(doubt[number, tag])),
+        kind: FindingKind = "surplus" if given[number, tag] else "missing"
+        yield Finding.of(cache, row, kind, float(doubt[number, tag]))._replace(
             likely=SEPARATOR.join(sorted(label)) or SEPARATOR,
             note=name,
         )
@@ -239,8 +237,7 @@ def _numbers(cache: FeatureFile, found: OutOfFold) -> Iterator[Finding]:
     far = np.flatnonzero(worst > _FAR)
     for number in far[np.argsort(-worst[far], kind="stable")].tolist():
         column, row = int(off[number].argmax()), int(found.rows[number])
-        yield Finding.of(
-            *(cache, row, "value", float(worst[number])),
+        yield Finding.of(cache, row, "value", float(worst[number]))._replace(
             likely=_near_numbers(label_of(cache, row), found.outputs[number]),
             limit=_FAR,
             note=names[column] if len(names) > 1 else "",

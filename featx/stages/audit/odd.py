@@ -46,7 +46,7 @@ def outlier_findings(
     scores = np.hypot(*above)
     found = np.flatnonzero(scores > _FAR)
     for row in found[np.argsort(-scores[found], kind="stable")].tolist():
-        yield Finding.of(cache, row, "outlier", float(scores[row]), limit=_FAR)
+        yield Finding.of(cache, row, "outlier", float(scores[row]))._replace(limit=_FAR)
 
 
 def _deviations(vectors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
@@ -153,7 +153,8 @@ def quality_findings(pictures: Pictures) -> Iterator[Finding]:
     for kind, found, values, limit, sign in kinds:
         rows = np.flatnonzero(found)
         for row in rows[np.argsort(sign * values[rows], kind="stable")].tolist():
-            yield Finding.of(pictures.cache, row, kind, float(values[row]), limit=limit)
+            made = Finding.of(pictures.cache, row, kind, float(values[row]))
+            yield made._replace(limit=limit)
 
 
 def _smallest(pictures: Pictures) -> float:

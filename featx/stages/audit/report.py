@@ -146,10 +146,7 @@ def _with_marks(
     others = (
         Finding.of(
             *(cache, rows[mark.sample_id], mark.kind, 0.0),  # type: ignore[arg-type]
-            other=mark.other,
-            note=mark.note,
-            marks=mark.cells,
-        )._replace(given=mark.given)
+        )._replace(given=mark.given, other=mark.other, note=mark.note, marks=mark.cells)
         for mark in left.values()
     )
     return tuple(kept), (*dismissed, *_with_contents(cache, others))
