@@ -19,7 +19,8 @@ from featx.cli.output import (
     proof_fields,
     with_flags,
 )
-from featx.errors import counted
+from featx.cli.streams import print_line
+from featx.errors import counted, printable
 
 if TYPE_CHECKING:
     from featx.stages.check import CheckReport
@@ -150,10 +151,12 @@ def status(folder: Path, as_json: bool) -> None:
         print_json(report.to_dict())
     else:
         for file in report.files:
-            print_text(f"{file.state:<{_WIDTH}}  {file.path}")
-            for line in (with_flags(file.reason), file.command and f"run: {file.command}"):
-                if line:
-                    print_text(f"{'':<{_WIDTH}}  {line}")
+            style = "good" if file.state == "current" else "warning"
+            print_line(printable(f"{file.state:<{_WIDTH}}  {file.path}"), style)
+            if file.reason:
+                print_text(f"{'':<{_WIDTH}}  {with_flags(file.reason)}")
+            if file.command:
+                print_line(printable(f"{'':<{_WIDTH}}  run: {file.command}"), "strong")
         if report.is_current and report.folder.suffix == SUFFIX:
             print_fields({"next": next_command("train-head", report.folder, options.FEATURES)})
     if not report.is_current:
