@@ -26,7 +26,7 @@ from featx.heads.tasks.task import (
     Labels,
     Task,
     joined,
-    listed,
+    quoted,
 )
 from featx.images.sources.labels import split_tags
 
@@ -67,11 +67,11 @@ def _require_trainable(values: np.ndarray, names: Sequence[str], origin: str) ->
             "nothing to tell apart."
         )
     if never:
-        log.warning("No training images have %s: never predicted.", listed(never))
+        log.warning("No training images have %s: never predicted.", quoted(never))
     if always:
-        log.warning("All training images have %s: always predicted.", listed(always))
+        log.warning("All training images have %s: always predicted.", quoted(always))
     if once:
-        log.warning("One training image alone has %s: learned, but never held out.", listed(once))
+        log.warning("One training image alone has %s: learned, but never held out.", quoted(once))
 
 
 class _VaryingTags:

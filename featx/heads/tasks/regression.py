@@ -11,7 +11,7 @@ from featx.errors import SourceError
 from featx.heads.samples.statistics import Moments
 from featx.heads.tasks.losses import SQUARED
 from featx.heads.tasks.scores import RegressionMetrics, TargetScores, bootstrap_intervals
-from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, joined, listed
+from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, joined, quoted
 from featx.images.sources.labels import parse_numbers
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _require_trainable(values: np.ndarray, names: Sequence[str], origin: str) ->
         )
     if constant.any():
         same = [name for name, hit in zip(names, constant, strict=True) if hit]
-        log.warning("All training images have the same %s: always predicted.", listed(same))
+        log.warning("All training images have the same %s: always predicted.", quoted(same))
     step = np.spacing(np.abs(values).max(axis=0).astype(np.float32))
     coarse = ~constant & (step > _COARSE * values.std(axis=0))
     if coarse.any():
@@ -87,7 +87,7 @@ def _require_trainable(values: np.ndarray, names: Sequence[str], origin: str) ->
         log.warning(
             "%s: predictions are float32, which at such numbers goes in steps of %g. Subtract a "
             "constant from the labels.",
-            *(listed(far), step[coarse].max()),
+            *(quoted(far), step[coarse].max()),
         )
 
 

@@ -13,7 +13,7 @@ from featx.errors import SourceError
 from featx.heads.tasks.calibration import calibrate, fit_temperature
 from featx.heads.tasks.losses import SOFTMAX, log_loss, log_softmax, softmax_in_place
 from featx.heads.tasks.scores import ClassScores, Metrics, share_with_interval, wilson_interval
-from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
+from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, quoted
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def _require_trainable(values: np.ndarray, names: Sequence[str], origin: str) ->
             f"('{names[int(counts.argmax())]}'); a classifier needs two."
         )
     if empty:
-        log.warning("No training images of %s: never predicted.", listed(empty))
+        log.warning("No training images of %s: never predicted.", quoted(empty))
 
 
 @dataclass(frozen=True, eq=False)

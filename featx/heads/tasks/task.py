@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from featx.errors import SourceError
+from featx.errors import SourceError, listed
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.losses import Loss
@@ -322,10 +322,9 @@ def joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, 
     return np.concatenate(outputs), np.concatenate(targets)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return quoted names, of many the first ten."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+def quoted(names: Sequence[str]) -> str:
+    """Return names in quotes, of many the first ten."""
+    return listed(list(map(repr, names)), _SHOWN)
 
 
 def _named(name: str) -> Task:
