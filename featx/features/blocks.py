@@ -60,8 +60,8 @@ def reading_part(part: Part, sums: np.ndarray | None = None) -> Iterator[Feature
 
     Args:
         part: The file; its labels and other columns are not read.
-        sums: Its ``FeatureRows.sums`` once all of it had been read, in any process; None where it
-            never was.
+        sums: Its ``FeatureRows.sums``, ``(pieces,)`` uint64, once all of it had been read, in any
+            process; None where it never was.
     """
     none = np.broadcast_to(np.int64(0), (part.num_rows,))
     alone = FeatureFile(part.path, part.header, none, none, (), none, none, none, False)
