@@ -65,7 +65,10 @@ def schema_of(layout: RowLayout, num_rows: int, num_train: int, id_bytes: int) -
 def block_sizes(
     is_train: np.ndarray, layout: RowLayout, schema: dict[str, Column]
 ) -> Iterator[int]:
-    """Yield the rows of each block, which ends where chunks of the views do if there are any."""
+    """Yield the rows of each block, which ends where chunks of the views do if there are any.
+
+    ``is_train`` says which rows have views, ``(N,)`` bool.
+    """
     num_rows, row_bytes = len(is_train), layout.row_bytes * (1 + layout.num_views)
     most = BLOCK_ROWS
     if layout.num_views or len(layout.shape) > 1:

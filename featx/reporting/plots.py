@@ -64,13 +64,13 @@ def _styled(draw: Callable[P, T]) -> Callable[P, T]:
     """Have a function draw in the style of the page."""
 
     @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> T:
+    def _drawn(*args: P.args, **kwargs: P.kwargs) -> T:
         from matplotlib import rc_context
 
         with rc_context(_STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return _drawn
 
 
 @_styled
