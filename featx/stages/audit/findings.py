@@ -14,7 +14,7 @@ from featx.artifact.frames import frame_of
 from featx.artifact.shown import Cells, Picture, Shown
 from featx.errors import FeatxError, counted
 from featx.features.file import FeatureFile
-from featx.features.marks import CONTENT, key_of
+from featx.features.marks import CONTENT, content_of, key_of
 from featx.features.shown import label_of
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class Finding(NamedTuple):
 
     @classmethod
     def of(cls, cache: FeatureFile, row: int, kind: FindingKind, score: float) -> Finding:
-        """Return what was found of a row of a feature file, with its name, split and label."""
-        split = cache.split_names[cache.splits[row]]
-        return cls(cache.sample_ids[row], kind, split, label_of(cache, row), score)
+        """Return what was found of a row of a feature file, with what tells that image."""
+        name, split = cache.sample_ids[row], cache.split_names[cache.splits[row]]
+        return cls(name, kind, split, label_of(cache, row), score, content=content_of(cache, row))
 
 
 class Confusion(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from featx.artifact.bars import drawing
 from featx.classifier.tails import features_through
 from featx.errors import ConfigError, require_choice
 from featx.features.file import FeatureFile, open_features
-from featx.features.marks import Mark, content_of, read_marks, require_same_images
+from featx.features.marks import Mark, read_marks, require_same_images
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
 from featx.stages.audit.copies import Same, find_same
@@ -85,8 +85,8 @@ def audit(
             *(quality_findings(same.pictures) if same.pictures else ()),
         )
         of_classes = _of_classes(cache, of_labels.found, same, seed=seed, step=told)
-    found = _with_contents(cache, (*of_labels.findings, *same.findings, *odd))
-    findings, dismissed = _with_marks(cache, found, marked)
+    found = (*of_labels.findings, *same.findings, *odd)
+    findings, dismissed = _with_marks(cache, rows, found, marked)
     return AuditReport(
         path=Path(features),
         findings=findings,
@@ -131,7 +131,10 @@ def _pair(one: int, other: int) -> tuple[int, int]:
 
 
 def _with_marks(
-    cache: FeatureFile, findings: Iterable[Finding], marked: Sequence[Mark]
+    cache: FeatureFile,
+    rows: Mapping[str, int],
+    findings: Iterable[Finding],
+    marked: Sequence[Mark],
 ) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """Return findings with the marks of an earlier table, and what is none any more by them."""
     left = {each.key: each for each in marked}
@@ -142,21 +145,13 @@ def _with_marks(
         is_none = mark is not None and mark.different and each.kind == "sequence"
         is_right = mark is not None and mark.keep and mark.given == each.given
         (dismissed if is_right or is_none else kept).append(each._replace(marks=cells))
-    rows = {name: row for row, name in enumerate(cache.sample_ids)}
     others = (
         Finding.of(
             *(cache, rows[mark.sample_id], mark.kind, 0.0),  # type: ignore[arg-type]
         )._replace(given=mark.given, other=mark.other, note=mark.note, marks=mark.cells)
         for mark in left.values()
     )
-    return tuple(kept), (*dismissed, *_with_contents(cache, others))
-
-
-def _with_contents(cache: FeatureFile, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield findings with what tells their image's content in a table."""
-    rows = {name: row for row, name in enumerate(cache.sample_ids)}
-    for each in findings:
-        yield each._replace(content=content_of(cache, rows[each.sample_id]))
+    return tuple(kept), (*dismissed, *others)
 
 
 def with_labels(cache: FeatureFile, labels: Any) -> FeatureFile:
