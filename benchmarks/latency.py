@@ -1,4 +1,4 @@
-"""How fast an exported file answers: rounds in turn, medians into docs/predict.md.
+"""How fast an exported file answers: rounds in turn, medians into docs/measurements.
 
     python benchmarks/latency.py [--rounds 15] [--rounds-of-32 5]
 
@@ -196,7 +196,7 @@ def many(folder: Path, rounds: int) -> str:
 @click.command()
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--rounds-of-32", default=5, show_default=True)
-@click.option("--write/--no-write", default=True, help="Put the tables into docs/predict.md.")
+@click.option("--write/--no-write", default=True, help="Put the tables into the docs.")
 def main(rounds: int, rounds_of_32: int, write: bool) -> None:
     """Time everything in turn and print the tables."""
     with tempfile.TemporaryDirectory() as name:
@@ -205,7 +205,7 @@ def main(rounds: int, rounds_of_32: int, write: bool) -> None:
     text = "\n".join([described(rounds), *tables])
     print(text)
     if write:
-        write_measured("docs/predict.md", text)
+        write_measured("docs/measurements/performance.md", text, name="latency")
 
 
 if __name__ == "__main__":

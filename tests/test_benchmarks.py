@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 START = """
 import runpy, sys, traceback
 for script in sys.argv[1:]:
@@ -32,3 +34,21 @@ def test_they_start(tmp_path):
     )
     assert run.stderr == ""
     assert not any(tmp_path.iterdir())
+
+
+def test_pages_have_the_places_where_they_write():
+    wrong, found = [], 0
+    for script in SCRIPTS:
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or ast.unparse(node.func) != "write_measured":
+                continue
+            given = [node.args[0], *(each.value for each in node.keywords)]
+            texts = [str(each.value) for each in given if isinstance(each, ast.Constant)]
+            if len(texts) < len(given):
+                continue
+            found += 1
+            page, mark = texts[0], ": ".join(["measured", *texts[1:]])
+            if f"<!-- {mark} -->" not in (ROOT / page).read_text(encoding="utf-8"):
+                wrong.append(f"{script.name}: {page} has no <!-- {mark} -->")
+    assert found > 10
+    assert not wrong
