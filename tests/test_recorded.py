@@ -46,7 +46,10 @@ def masked(text: str, *, numbers: bool = False) -> list[str]:
     text = WORST.sub(r"\1(case)", text)
     text = ROUNDED.sub("0e-0", MEASURED.sub("0", text))
     if numbers:
-        text = re.sub(r"(?<![\w-])-?\d[\d.,]*%?", "0", text)
+        text = re.sub(r"(?<![\w-])[-+]?\d[\d.,]*%?", "0", text)
+        text = re.sub(
+            r"\b(?:alike|better|worse)$|\b(?:alike|better|worse)(?=  )", "alike", text, flags=re.M
+        )
     return [re.sub(r"  +|─+", " ", line).rstrip() for line in text.splitlines()]
 
 

@@ -232,7 +232,7 @@ def print_heads(
     if heads[-1].comparison:
         share = "points of top-1" if heads[0].metrics.task == "single-label" else "all tags right"
         fields["difference"] = f"paired with 1: {share}, McNemar's p; alike from p {_ALIKE} on"
-    fields[_LESS] = "p of a permutation test: answers of both exchanged image by image"
+    fields[_LESS] = "p by the spread over samples drawn from the images (bootstrap)"
     if all(map(_is_like_the_first, heads[1:])):
         fields["verdict"] = f"These differ by less than {images} can show."
     if is_made:
