@@ -195,7 +195,7 @@ def paired_differences(first: np.ndarray, second: np.ndarray) -> dict[str, Diffe
         return np.stack([means[:, 0], gaps][: len(names)], axis=1)
 
     def apart(means: np.ndarray) -> np.ndarray:
-        return scores(means[:, count:]) - scores(means[:, :count])
+        return np.asarray(scores(means[:, count:]) - scores(means[:, :count]))
 
     both = np.concatenate([first, second], axis=1)
     values = apart(both.mean(axis=0)[None])[0].tolist()
