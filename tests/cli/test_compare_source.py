@@ -82,7 +82,7 @@ def test_the_table_names_what_differs_the_test_and_the_next_command(two, out):
     titles = next(line.split() for line in text.splitlines() if line.startswith("   head"))
     assert titles == ["head", "backbone", "trained"]  # and not pixels, cut, or the layer of each
     is_alike = second["comparison"]["p_value"] >= 0.05
-    _, scores, _ = (line.split() for line in text.splitlines() if line.startswith("2 "))
+    _, scores, *_ = (line.split() for line in text.splitlines() if line.startswith("2 "))
     assert scores[-1] == ("alike" if is_alike else "worse")
     *_, last = text.splitlines()
     assert last.split()[:3] == ["next", "featx", "export"]
