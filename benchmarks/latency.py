@@ -87,6 +87,8 @@ def bare_graph() -> Callable[[np.ndarray], object]:
     network, _ = build_network("resnet18", open_weights("resnet18", "none"), geometry)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_cores()
+    # Else its threads take the cores from what is timed next, for half a second.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     graph = export_network(network, image_size=geometry.image_size).SerializeToString()
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return lambda crops: session.run(None, {"pixels": crops})
